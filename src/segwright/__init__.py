@@ -93,9 +93,12 @@ def __getattr__(name: str) -> "Any":
     if name in __all__:
         return getattr(import_module("segwright.api"), name)
     if name == "__version__":
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        return version("segwright")
+        try:
+            return version("segwright")
+        except PackageNotFoundError:  # the same source without torch
+            return version("segwright-runtime")
     raise AttributeError(f"module 'segwright' has no attribute '{name}'")
 
 

@@ -18,7 +18,8 @@ from segwright import api
 from segwright.cli.nnunet import program
 from segwright.core.errors import ConfigError, ModelError
 from segwright.data.phantom import write_dataset
-from segwright.inference.cascade import STORED, CascadePredictor
+from segwright.inference.cascade import STORED
+from segwright.inference.predictor import Predictor
 from segwright.workspace import Workspace
 
 NAME = "Dataset011_Cascade"
@@ -130,7 +131,7 @@ def test_a_case_is_predicted_by_the_fold_that_held_it_out(trained: tuple[Path, W
 def test_prediction_runs_the_first_stage_first(trained: tuple[Path, Workspace, str], tmp_path: Path) -> None:
     raw, work, _ = trained
     predictor = api.load_model(model(work, CASCADE), device="cpu")
-    assert isinstance(predictor, CascadePredictor)
+    assert predictor.first is not None
     [record] = api.predict(model(work, CASCADE), raw / "imagesTs", tmp_path / "out", device="cpu")
     image = nib.load(raw / "imagesTs" / f"{record.case}_0000.nii.gz")
     assert nib.load(record.output).shape == image.shape
@@ -142,7 +143,7 @@ def test_prediction_runs_the_first_stage_first(trained: tuple[Path, Workspace, s
     assert not np.allclose(logits[0].detach().numpy(), logits[1].detach().numpy())
 
 
-def _inputs(predictor: CascadePredictor, file: Path) -> list[Any]:
+def _inputs(predictor: Predictor, file: Path) -> list[Any]:
     import torch
 
     from segwright.data.images.image_io import read_images
@@ -166,7 +167,7 @@ def test_the_first_stage_may_be_stored_in_the_second(trained: tuple[Path, Worksp
     with pytest.raises(ModelError, match="needs the model of '3d_lowres'"):
         api.load_model(alone, device="cpu")
     shutil.copytree(model(work, LOWRES), alone / STORED)
-    assert isinstance(api.load_model(alone, device="cpu"), CascadePredictor)
+    assert api.load_model(alone, device="cpu").first is not None
 
 
 def test_a_selected_cascade_stands_alone(trained: tuple[Path, Workspace, str], tmp_path: Path) -> None:
@@ -181,7 +182,8 @@ def test_a_selected_cascade_stands_alone(trained: tuple[Path, Workspace, str], t
     expected = api.load_model(model(work, CASCADE), device="cpu")
     shutil.rmtree(work.results.parent)
     found = api.load_model(alone.model, device="cpu")
-    assert isinstance(found, CascadePredictor)
+    assert isinstance(found, Predictor)
+    assert found.first is not None
     assert found.first.origin["folds"] == ["0", "1"]
     image = np.random.default_rng(0).normal(size=(16, 14, 15))
     plain = expected.predict(image, spacing=(1, 1, 1))

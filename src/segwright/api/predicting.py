@@ -104,6 +104,7 @@ def predict(
         from segwright.deploy.dicom.predicting import predict_inputs
         from segwright.inference.ensemble import Ensemble
         from segwright.inference.models.selected import find_selected
+        from segwright.inference.predictor import Predictor
         from segwright.networks.references import packages_of
 
     given = Path(images) if isinstance(images, Path | str) else [Path(each) for each in images]
@@ -147,7 +148,8 @@ def predict(
         "model_folder": find_selected(models[0]) or models[0],
     }
     members = predictors if ensemble is None else ensemble.predictors
-    packages = frozenset[str]().union(*(packages_of(network) for each in members for network in each.networks))
+    networks = [network for each in members if isinstance(each, Predictor) for network in each.networks]
+    packages = frozenset[str]().union(*map(packages_of, networks))
     with user_code_errors(packages, "the network of a model"):
         if ensemble is not None:
             _require_one_device(devices)

@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from segwright.core.parallel import available_cpus
+
+
+def num_threads() -> int:
+    """Return the number of threads to compute with: torch's, or the available CPUs where torch is not imported."""
+    torch = sys.modules.get("torch")
+    return available_cpus() if torch is None else int(torch.get_num_threads())
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
@@ -28,10 +36,11 @@ def single_threaded_pool(count: int, name: str) -> ThreadPoolExecutor:
     """Return a pool whose threads run each torch operation alone, so that they don't fight others for cores.
 
     torch keeps the number both for the calling thread and for threads to come: it is set in each thread of the pool
-    and restored in the calling one.
+    and restored in the calling one. Where torch is not imported, nothing of it is set.
     """
-    import torch
-
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return ThreadPoolExecutor(max_workers=count, thread_name_prefix=name)
     started = threading.Barrier(count + 1)
 
     def begin() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,8 @@ from segwright.deploy.runtime.bundle import (
     TestVector,
     vector_image,
 )
-from segwright.inference.cascade import STORED, CascadePredictor
+from segwright.inference.cascade import STORED
+from segwright.inference.case_predictor import CasePredictor
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.predictor import Predictor
 
@@ -80,7 +81,7 @@ def export_bundle(
         import onnx  # noqa: F401  all at once, before the work
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    members = model.predictors if isinstance(model, Ensemble) else (model,)
+    members = [_in_torch(each) for each in (model.predictors if isinstance(model, Ensemble) else (model,))]
     for each in members:
         _require_exportable(each)
     is_zip = target.suffix == ".zip"
@@ -97,7 +98,7 @@ def export_bundle(
 
 
 def _write(
-    folder: Path, model: Predictor | Ensemble, members: tuple[Predictor, ...], name: str, license_name: str | None
+    folder: Path, model: Predictor | Ensemble, members: Sequence[Predictor], name: str, license_name: str | None
 ) -> dict[str, float]:
     """Write the networks and the document of a bundle."""
     names = [str(each.origin["model"]) for each in members]
@@ -132,13 +133,18 @@ def _require_exportable(predictor: Predictor) -> None:
             f"{predictor.origin['model']}: normalisation '{own[0]}' is code of yours, which a bundle cannot hold; "
             "train with one of Segwright's schemes to export the model"
         )
-    if isinstance(predictor, CascadePredictor):
-        _require_exportable(predictor.first)
+    if predictor.first is not None:
+        _require_exportable(_in_torch(predictor.first))
+
+
+def _in_torch(predictor: CasePredictor) -> Predictor:
+    assert isinstance(predictor, Predictor), "model folders are loaded with torch"
+    return predictor
 
 
 def _write_model(predictor: Predictor, folder: Path, place: Path) -> BundledModel:
     """Export the networks of one model to `folder / place` and return its entry."""
-    first = _write_model(predictor.first, folder, place / STORED) if isinstance(predictor, CascadePredictor) else None
+    first = _write_model(_in_torch(predictor.first), folder, place / STORED) if predictor.first is not None else None
     configuration, labels = predictor.configuration, predictor.labels
     num_inputs = configuration.num_input_channels(predictor.num_channels, len(labels.foreground_labels))
     (folder / place).mkdir(parents=True, exist_ok=True)

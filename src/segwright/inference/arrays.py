@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import nibabel
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from segwright.core.errors import ImageError
 from segwright.data.images.formats import FLAT_SPACING_FACTOR
 from segwright.data.images.image_io import Volume
 from segwright.data.images.intensities import clean_intensities
 from segwright.inference.reliability.model import ReliabilityModel, log_warnings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REORIENTING_READERS: Final = ("SimpleITKIOWithReorient", "NibabelIOWithReorient")
 """Readers that bring images to RAS+ orientation."""
@@ -132,10 +134,11 @@ def _layout(affine: npt.NDArray[np.float64] | None, reader: str) -> tuple[tuple[
 def _checked_array(array: npt.ArrayLike | Tensor) -> npt.NDArray[Any]:
     """Convert to a numpy array; raise an ImageError unless it holds real numbers."""
     try:
-        if isinstance(array, Tensor):
-            array = array.detach().cpu()
-            array = array.float() if array.dtype == torch.bfloat16 else array  # which numpy lacks
-        values = np.asarray(array)
+        torch, given = sys.modules.get("torch"), array  # a tensor is given by a program that imported it
+        if torch is not None and isinstance(array, torch.Tensor):
+            tensor = array.detach().cpu()
+            given = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which numpy lacks
+        values = np.asarray(given)
         if values.dtype == object:
             values = values.astype(np.float32)
     except (TypeError, ValueError, RuntimeError) as error:

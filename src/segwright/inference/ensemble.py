@@ -21,15 +21,15 @@ from segwright.core.parallel import fork_safe
 from segwright.data.images.image_io import Volume
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
+from segwright.inference.case_predictor import CasePredictor
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.export.postprocessing import NO_POSTPROCESSING, PostProcessing
 from segwright.inference.export.writers import ProbabilityFormat, StoredProbabilities, store_maps
 from segwright.inference.prediction import ArrayPredictor, Prediction
-from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.uncertainty import MAPS, Uncertainty, pooled_maps
-from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
+from segwright.inference.window.tile_planes import TileCount
 from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
@@ -40,7 +40,7 @@ many planes, since chunks that cross slabs are read once for each (24 heads on 1
 
 
 class Ensemble(ArrayPredictor):
-    """Several models that predict together, with the interface of a single `Predictor`.
+    """Several models that predict together, with the interface of a single `CasePredictor`.
 
     Args:
         predictors: of models that were trained on the same channels and labels; their plans may differ.
@@ -50,7 +50,7 @@ class Ensemble(ArrayPredictor):
         ModelError: the models do not belong together.
     """
 
-    def __init__(self, predictors: Sequence[Predictor], postprocessing: PostProcessing = NO_POSTPROCESSING) -> None:
+    def __init__(self, predictors: Sequence[CasePredictor], postprocessing: PostProcessing = NO_POSTPROCESSING) -> None:
         require_same_task(predictors)
         self.predictors = tuple(predictors)
         self.postprocessing = postprocessing
@@ -89,7 +89,7 @@ class Ensemble(ArrayPredictor):
         )
 
 
-def require_same_task(predictors: Sequence[Predictor]) -> None:
+def require_same_task(predictors: Sequence[CasePredictor]) -> None:
     """Check that models can be averaged.
 
     Raises:
@@ -106,7 +106,7 @@ def require_same_task(predictors: Sequence[Predictor]) -> None:
             )
 
 
-def _task(predictor: Predictor) -> dict[str, Any]:
+def _task(predictor: CasePredictor) -> dict[str, Any]:
     """Return what the members of an ensemble must have in common; None for what is not known."""
     description = predictor.description
     return {
@@ -183,7 +183,7 @@ class StoredPrediction:
 
 
 def model_probabilities(
-    predictors: Sequence[Predictor],
+    predictors: Sequence[CasePredictor],
     volume: Volume,
     scratch: Path,
     *,
@@ -214,7 +214,7 @@ def model_probabilities(
 
 
 def store_probabilities(
-    predictor: Predictor,
+    predictor: CasePredictor,
     prepared: PredictionInput,
     planes: Iterable[Planes],
     folder: Path,

@@ -6,17 +6,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from segwright.data.images.image_io import Volume
 from segwright.inference.arrays import to_volume, warn_if_out_of_distribution
 from segwright.inference.export.labels import LabelMap
 from segwright.inference.reliability.model import NO_RELIABILITY, ReliabilityModel
 from segwright.inference.reliability.uncertainty import Uncertainty
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,10 @@ from segwright.data.images.image_io import Volume
 from segwright.data.plan import Configuration, Plan
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.preprocessing.normalization import NormalizedView, normalize, normalized_view
+from segwright.preprocessing.resampling import Library, resample_image, resample_label
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = getLogger(__name__)
 
@@ -29,6 +33,8 @@ _MAX_SIZE_RATIO = 100.0
 """Limit of a case's voxels after resampling, relative to the median training case."""
 
 Floats = npt.NDArray[np.float32]
+NetworkImage: TypeAlias = "Floats | NormalizedView | Tensor"
+"""A preprocessed image (C, *S)."""
 _Resize = tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...]]
 """Shape after resampling, spacing before, spacing after; the arguments of `resample_image` after the array."""
 
@@ -71,6 +77,7 @@ def preprocess_case(
     configuration: Configuration,
     *,
     threads: TorchThreads | None = None,
+    library: Library = "torch",
 ) -> Preprocessed:
     """Transpose, crop, normalise and resample a case (nnU-Net behaviour 6.1).
 
@@ -80,6 +87,7 @@ def preprocess_case(
         plan: the plan.
         configuration: one of its configurations.
         threads: limits the threads of resampling when several cases are preprocessed in parallel.
+        library: resamples the image.
 
     Raises:
         ImageError: image and label differ in shape or the image does not fit the plan.
@@ -91,12 +99,22 @@ def preprocess_case(
     image, marked, provenance = _transpose_and_crop(volume, label, plan, configuration)
     _require_plausible_size(provenance, plan, configuration, len(image))
     cropped = None if label is None else marked
-    image, cropped = _normalize_and_resample(image, cropped, marked, provenance, plan, configuration, threads)
+    image, cropped = _normalize_and_resample(
+        image, cropped, marked, provenance, plan, configuration, threads, library=library
+    )
     return Preprocessed(image=image, label=cropped, provenance=provenance)
 
 
-def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configuration) -> PredictionInput:
+def preprocess_for_prediction(
+    volume: Volume, plan: Plan, configuration: Configuration, *, library: Library = "torch"
+) -> PredictionInput:
     """Preprocess a case for prediction; without resampling, the image is normalised lazily, patch by patch.
+
+    Args:
+        volume: the image as read.
+        plan: the plan.
+        configuration: one of its configurations.
+        library: resamples the image.
 
     Raises:
         ImageError: the image does not fit the plan.
@@ -112,7 +130,7 @@ def preprocess_for_prediction(volume: Volume, plan: Plan, configuration: Configu
         )
         if view is not None:
             return PredictionInput(image=view, provenance=provenance)
-    image, _ = _normalize_and_resample(image, None, mask, provenance, plan, configuration)
+    image, _ = _normalize_and_resample(image, None, mask, provenance, plan, configuration, library=library)
     return PredictionInput(image=image, provenance=provenance)
 
 
@@ -202,6 +220,8 @@ def _normalize_and_resample(
     plan: Plan,
     configuration: Configuration,
     threads: TorchThreads | None = None,
+    *,
+    library: Library,
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
     """Normalise and resample a cropped image, and resample its label.
 
@@ -213,6 +233,7 @@ def _normalize_and_resample(
         plan: the plan.
         configuration: one of its configurations.
         threads: limits the threads of resampling.
+        library: resamples the image.
     """
     grid = _target_grid(provenance, configuration)
     image = normalize(
@@ -225,17 +246,19 @@ def _normalize_and_resample(
     if grid[0] != image.shape[1:]:
         if threads is not None:
             threads.limit()
-        image, label = _resample(image, label, grid, configuration)
+        image, label = _resample(image, label, grid, configuration, library)
     return image.astype(np.float32, copy=False), label
 
 
 def _resample(
-    image: Floats, label: npt.NDArray[np.int16] | None, grid: _Resize, configuration: Configuration
+    image: Floats,
+    label: npt.NDArray[np.int16] | None,
+    grid: _Resize,
+    configuration: Configuration,
+    library: Library,
 ) -> tuple[Floats, npt.NDArray[np.int16] | None]:
-    # A late import: importing torch takes longer than preprocessing a small dataset that needs no resampling.
-    from segwright.preprocessing.resampling import resample_image, resample_label
-
-    image = resample_image(image, *grid, configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs)
+    function, kwargs = configuration.resampling_fn_data, configuration.resampling_fn_data_kwargs
+    image = resample_image(image, *grid, function, kwargs, library=library)
     if label is not None:
         label = resample_label(label, *grid, configuration.resampling_fn_seg, configuration.resampling_fn_seg_kwargs)
     return image, label

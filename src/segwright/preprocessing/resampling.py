@@ -2,20 +2,21 @@
 
 Three names are known, with nnU-Net 2.8.1's meaning and keyword arguments: `resample_data_or_seg_to_shape` (splines;
 very anisotropic volumes are resized slice by slice and then along the coarse axis), `resample_torch_fornnunet` (linear)
-and `no_resampling_hack`. Images and logits run in float32 on the device they are on.
+and `no_resampling_hack`. Tensors are resampled in float32 on the device they are on, numpy arrays by torch too, which
+is faster, or by numpy where torch is not installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from segwright.core.errors import ConfigError, PlanError, did_you_mean
+from segwright.preprocessing import numpy_operators
 from segwright.preprocessing.label_resampling import (
     AxisSamples,
     Rule,
@@ -25,16 +26,10 @@ from segwright.preprocessing.label_resampling import (
     resize_labels,
     resize_labels_spline,
 )
-from segwright.preprocessing.operators import (
-    IndexArray,
-    apply_gather,
-    apply_linear_in_plane,
-    apply_linear_planes,
-    apply_spline,
-    nearest_indices,
-    needed_inputs,
-    torch_nearest_indices,
-)
+from segwright.preprocessing.operators import IndexArray, nearest_indices, needed_inputs, torch_nearest_indices
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_FUNCTION = "resample_data_or_seg_to_shape"
 TORCH_FUNCTION = "resample_torch_fornnunet"
@@ -45,6 +40,50 @@ ANISOTROPY_THRESHOLD = 3.0
 
 _FUNCTIONS = (DEFAULT_FUNCTION, TORCH_FUNCTION, NO_RESAMPLING)
 _LABEL_RULES: tuple[Rule, ...] = ("majority", "classic")
+
+Library = Literal["torch", "numpy"]
+"""What resamples numpy arrays."""
+
+
+class ArrayOperators(Protocol):
+    """Resizing of float32 volumes (C, *S) along their axes, for the arrays of one library: one of the two modules.
+
+    `rows` is the half-open range of output samples to compute, all by default. Along the resized axis the volume may be
+    cut to the range of `needed_inputs`; `first` is then the input sample at which it starts.
+    """
+
+    def spline(
+        self,
+        volume: Any,
+        axis: int,
+        old: int,
+        new: int,
+        *,
+        order: int,
+        rows: tuple[int, int] | None = None,
+        first: int = 0,
+    ) -> Any:
+        """Resize `axis` from `old` to `new` samples by a spline of `order` >= 2."""
+
+    def linear_planes(
+        self, volume: Any, old: int, new: int, *, rows: tuple[int, int] | None = None, first: int = 0
+    ) -> Any:
+        """Resize axis 1 of a volume (C, D, H, W) linearly."""
+
+    def linear_in_plane(self, volume: Any, shape: Sequence[int]) -> Any:
+        """Resize the last two axes of a volume (C, D, H, W) linearly."""
+
+    def gather(self, volume: Any, axis: int, indices: IndexArray) -> Any:
+        """Pick samples along one axis."""
+
+    def clip_inplace(self, volume: Any, source: Any, axes: Sequence[int]) -> Any:
+        """Clip a volume to the range of `source` over `axes`."""
+
+    def to_float32(self, volume: Any) -> Any:
+        """Return the volume in float32."""
+
+    def concatenate(self, volumes: Sequence[Any], axis: int) -> Any:
+        """Join volumes along an axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,21 +161,26 @@ def resample_image(
     new_spacing: Sequence[float],
     function: str,
     kwargs: Mapping[str, Any],
+    *,
+    library: Library = "torch",
 ) -> Any:
     """Resample (C, *S) to `new_shape`; results are clipped to the channel's or slice's range (nnU-Net behaviour 6.4.2).
 
     Returns:
         float32, an array for an array and a tensor for a tensor.
     """
-    volume = _tensor(array)
-    resampler = VolumeResampler(volume.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
-    if resampler.shape == tuple(volume.shape[1:]):
-        unchanged = volume.float()
-        return unchanged if isinstance(array, torch.Tensor) else unchanged.numpy()
-    result = volume.new_empty((len(volume), *resampler.shape), dtype=torch.float32)
-    for index in range(len(volume)):  # channel by channel, to bound the intermediate volumes
-        result[index] = resampler.slab(volume[index : index + 1], 0, resampler.shape[0])[0]
-    return result if isinstance(array, torch.Tensor) else result.numpy()
+    if isinstance(array, np.ndarray) and library == "torch":
+        tensor = _tensor(array if array.dtype.kind == "f" else array.astype(np.float32))
+        return resample_image(tensor, new_shape, current_spacing, new_spacing, function, kwargs).numpy()
+    resampler = VolumeResampler(array.shape[1:], new_shape, current_spacing, new_spacing, function, kwargs)
+    if resampler.shape == tuple(array.shape[1:]):
+        return operators_of(array).to_float32(array)
+    result: Any = None
+    for index in range(len(array)):  # channel by channel, to bound the intermediate volumes
+        channel = resampler.slab(array[index : index + 1], 0, resampler.shape[0])
+        result = _empty_like(channel, len(array)) if result is None else result
+        result[index] = channel[0]
+    return result
 
 
 def resample_label(
@@ -152,9 +196,9 @@ def resample_label(
     Returns:
         The input's type, an array for an array and a tensor for a tensor.
     """
-    if isinstance(array, torch.Tensor):
+    if not isinstance(array, np.ndarray):
         resampled = resample_label(array.numpy(force=True), new_shape, current_spacing, new_spacing, function, kwargs)
-        return torch.from_numpy(resampled).to(array.device)
+        return _tensor(resampled).to(array.device)
     method = parse_method(function, kwargs)
     shape = tuple(int(extent) for extent in new_shape)
     if method.kind == "none" or array.shape[1:] == shape:
@@ -167,8 +211,8 @@ class VolumeResampler:
     """Resample one volume to a grid, a slab of output planes at a time.
 
     >>> resampler = VolumeResampler((4, 4, 4), (8, 4, 4), (2, 1, 1), (1, 1, 1), "resample_torch_fornnunet", {})
-    >>> resampler.slab(torch.zeros(3, 4, 4, 4), 2, 5).shape
-    torch.Size([3, 3, 4, 4])
+    >>> resampler.slab(np.zeros((3, 4, 4, 4)), 2, 5).shape
+    (3, 3, 4, 4)
     """
 
     def __init__(
@@ -211,11 +255,11 @@ class VolumeResampler:
             return needed_inputs(self._old[0], self.shape[0], self._order(0), (start, stop))
         return start, stop
 
-    def slab(self, logits: torch.Tensor, start: int, stop: int, *, offset: int = 0) -> torch.Tensor:
+    def slab(self, logits: Any, start: int, stop: int, *, offset: int = 0) -> Any:
         """Return output planes [start, stop) along spatial axis 0.
 
         Args:
-            logits: the input (heads, *S), any float type; whole, or the planes of `inputs`.
+            logits: the input (heads, *S), array or tensor of any float type; whole, or the planes of `inputs`.
             start: first output plane.
             stop: one past the last output plane.
             offset: index of the first input plane in `logits`.
@@ -224,23 +268,24 @@ class VolumeResampler:
             (heads, stop - start, Y, X) float32; concatenated slabs equal the whole result up to the last bit.
         """
         assert tuple(logits.shape[2:]) == self._old[1:], f"expected {self._old}, got {tuple(logits.shape[1:])}"
-        with torch.no_grad():
-            rows, first, low, high = (start, stop), 0, start, stop
-            if self._selects_planes:
-                indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
-                used, back = np.unique(indices, return_inverse=True)
-                planes = apply_gather(logits, 1, used - offset).float()
-            else:
-                if self._interpolates_planes:
-                    low, high = self.inputs(start, stop)
-                    first = low
-                planes = logits[:, low - offset : high - offset].float()
-            result = self._resize(planes, self._within, rows, first)
-            if self._within and self._method.order > 1:
-                # Before the coarse axis, each slice to its own range (nnU-Net behaviour 6.4.2).
-                result = self._clip(result, planes if self._separate == 0 else logits)
-            result = self._resize(result, self._along, rows, first)
-            return apply_gather(result, 1, back) if self._selects_planes and len(used) < len(back) else result
+        operators = operators_of(logits)
+        rows, first, low, high = (start, stop), 0, start, stop
+        if self._selects_planes:
+            indices = self._method.indices(self._old[0], self.shape[0])[start:stop]
+            used, back = np.unique(indices, return_inverse=True)
+            planes = operators.to_float32(operators.gather(logits, 1, used - offset))
+        else:
+            if self._interpolates_planes:
+                low, high = self.inputs(start, stop)
+                first = low
+            planes = operators.to_float32(logits[:, low - offset : high - offset])
+        result = self._resize(operators, planes, self._within, rows, first)
+        if self._within and self._method.order > 1:
+            # Before the coarse axis, each slice to its own range (nnU-Net behaviour 6.4.2).
+            source = planes if self._separate == 0 else logits
+            result = operators.clip_inplace(result, source, [axis + 1 for axis in range(3) if axis != self._separate])
+        result = self._resize(operators, result, self._along, rows, first)
+        return operators.gather(result, 1, back) if self._selects_planes and len(used) < len(back) else result
 
     def _order(self, axis: int) -> int:
         return self._method.order_z if axis == self._separate else self._method.order
@@ -253,26 +298,31 @@ class VolumeResampler:
         return [(axis,) for axis in axes]
 
     def _resize(
-        self, volume: torch.Tensor, steps: list[tuple[int, ...]], rows: tuple[int, int], first: int
-    ) -> torch.Tensor:
+        self, operators: ArrayOperators, volume: Any, steps: list[tuple[int, ...]], rows: tuple[int, int], first: int
+    ) -> Any:
         for axes in steps:
             axis = axes[0]
             order, old, new = self._order(axis), self._old[axis], self.shape[axis]
             if order == 0:
-                volume = apply_gather(volume, axis + 1, self._method.indices(old, new))
+                volume = operators.gather(volume, axis + 1, self._method.indices(old, new))
             elif order > 1:
                 part: dict[str, Any] = {"rows": rows, "first": first} if axis == 0 else {}
-                volume = apply_spline(volume, axis + 1, old, new, order=order, **part)
+                volume = operators.spline(volume, axis + 1, old, new, order=order, **part)
             elif axis == 0:
-                volume = apply_linear_planes(volume, old, new, rows=rows, first=first)
+                volume = operators.linear_planes(volume, old, new, rows=rows, first=first)
             else:
                 plane = [self.shape[index] if index in axes else volume.shape[index + 1] for index in (1, 2)]
-                volume = apply_linear_in_plane(volume, plane)
+                volume = operators.linear_in_plane(volume, plane)
         return volume
 
-    def _clip(self, volume: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        axes = [axis + 1 for axis in range(3) if axis != self._separate]
-        return volume.clamp_(source.amin(axes, keepdim=True).float(), source.amax(axes, keepdim=True).float())
+
+def operators_of(array: Any) -> ArrayOperators:
+    """Return the operators of numpy for an array, else those of torch."""
+    if isinstance(array, np.ndarray):
+        return numpy_operators
+    from segwright.preprocessing import torch_operators  # where arrays are resampled by numpy, torch may be missing
+
+    return torch_operators
 
 
 def _resize_map(
@@ -300,8 +350,14 @@ def _resize_map(
     return resize_labels_spline(labels.take(index, axis=separate), within, method.order, nearest_map)
 
 
-def _tensor(array: npt.NDArray[Any] | torch.Tensor) -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        return array
-    values = np.ascontiguousarray(array, dtype=None if array.dtype.kind == "f" else np.float32)
+def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    import torch  # as above
+
+    values = np.ascontiguousarray(array)
     return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+
+def _empty_like(channel: Any, num_channels: int) -> Any:
+    """Return an array or tensor for `num_channels` of the volume (1, *S)."""
+    shape = (num_channels, *channel.shape[1:])
+    return np.empty(shape, np.float32) if isinstance(channel, np.ndarray) else channel.new_empty(shape)

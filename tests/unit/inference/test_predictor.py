@@ -17,9 +17,11 @@ from segwright.data.labels import Labels
 from segwright.data.plan import Plan
 from segwright.inference.models.model_folder import load_predictor
 from segwright.inference.predictor import Predictor
-from segwright.inference.window.sliding import Image, TileCount, Window, window_planes
+from segwright.inference.window.sliding import Window, window_planes
+from segwright.inference.window.tile_planes import TileCount
 from segwright.inference.window.tiling import HALF_QUANTUM
 from segwright.networks.build import build_network
+from segwright.preprocessing.pipeline import NetworkImage
 
 CPU = torch.device("cpu")
 
@@ -56,7 +58,7 @@ class Fixed(nn.Module):
 
 def window_logits(
     networks: nn.Module | Sequence[nn.Module],
-    image: Image,
+    image: NetworkImage,
     patch_size: tuple[int, ...],
     num_heads: int = 2,
     *,

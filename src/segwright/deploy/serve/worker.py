@@ -18,7 +18,7 @@ from segwright.deploy.serve.jobs import INPUTS, OUTPUTS, VIEW_JSON, Failure, Job
 from segwright.deploy.serve.models import DrawView, ServedModel
 from segwright.deploy.serve.queue import JobEnded, JobQueue
 from segwright.deploy.serve.refusals import refusal_of
-from segwright.inference.window.sliding import TileCount
+from segwright.inference.window.tile_planes import TileCount
 
 logger = getLogger(__name__)
 

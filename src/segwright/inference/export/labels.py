@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from segwright.core.torch_threads import single_threaded_pool
+from segwright.core.torch_threads import num_threads, single_threaded_pool
 from segwright.data.images.image_io import write_labels
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
@@ -87,7 +86,7 @@ def export_planes(
         _decide_in_threads(inverse.slabs(checked), inside, labels)
         return result
     for slab in inverse.slabs(checked, heads_at_once=labels.num_heads):
-        scores = slab.scores().numpy()
+        scores = slab.scores()
         logits, disagreement = scores[: labels.num_heads], scores[labels.num_heads :]
         inside[slab.start : slab.stop] = labels.decide(logits, logits=True)
         probabilities = labels.probabilities(logits / np.float32(temperature))
@@ -105,7 +104,7 @@ def _decide_in_threads(slabs: Iterable[Slab], inside: npt.NDArray[Any], labels: 
     Each thread uses one torch thread: torch's own threads synchronise after each of thousands of small steps, which
     takes ten times as long where another program uses a processor. With one torch thread no pool is used.
     """
-    count = torch.get_num_threads()
+    count = num_threads()
 
     def fill(slab: Slab) -> None:
         inside[slab.start : slab.stop] = slab.decided(labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
 import segwright
 from segwright.core.errors import SegwrightError, WorkspaceError
@@ -26,6 +26,8 @@ logger = getLogger(__name__)
 
 SCHEMA_VERSION: Final = 1
 
+_COMPUTE: Final = ("torch", "onnxruntime")
+"""Packages that compute networks; one of them is imported."""
 _ASSESSMENT = ("confidence", "expected_dice", "warnings")
 
 
@@ -174,7 +176,8 @@ class PredictionLog:
     def save(self) -> None:
         """Write the file."""
         peak = peak_bytes()
-        versions = {"segwright": segwright.__version__, "torch": torch.__version__, "numpy": np.__version__}
+        used = {name: sys.modules[name].__version__ for name in _COMPUTE if name in sys.modules}
+        versions = {"segwright": segwright.__version__, **used, "numpy": np.__version__}
         write_checked_json(
             self.path,
             {

@@ -14,23 +14,23 @@ from segwright.core.process_tuning import release_freed_memory
 from segwright.data.cases import Case
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.background_export import MAX_EXPORTS, submit_export
+from segwright.inference.case_predictor import CasePredictor
 from segwright.inference.export.labels import LabelMap, save_labels
 from segwright.inference.export.writers import open_maps
 from segwright.inference.folder.failures import Failures, case_in_errors
 from segwright.inference.folder.jobs import Job, read_volume
 from segwright.inference.folder.log import PredictionLog
 from segwright.inference.prediction import CaseRecord
-from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import log_warnings
-from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
+from segwright.inference.window.tile_planes import TileCount
 from segwright.inference.window.timer import Timer
 from segwright.preprocessing.pipeline import PredictionInput
 
 
 def predict_jobs(
-    predictors: Sequence[Predictor],
+    predictors: Sequence[CasePredictor],
     jobs: Sequence[Job],
     log: PredictionLog,
     failures: Failures,
@@ -64,7 +64,7 @@ def predict_jobs(
 
 
 def _predict(
-    predictor: Predictor,
+    predictor: CasePredictor,
     jobs: Sequence[Job],
     log: PredictionLog,
     failures: Failures,
@@ -102,7 +102,7 @@ class _ReadCase:
     findings: tuple[str, ...]
 
 
-def _read(predictor: Predictor, job: Job) -> _ReadCase:
+def _read(predictor: CasePredictor, job: Job) -> _ReadCase:
     start = time.perf_counter()
     with case_in_errors(job.case):
         volume = read_volume(job.case, predictor.reader)
@@ -116,7 +116,7 @@ def _read(predictor: Predictor, job: Job) -> _ReadCase:
 
 def _submit(
     pool: ThreadPoolExecutor,
-    predictor: Predictor,
+    predictor: CasePredictor,
     job: Job,
     read: _ReadCase,
     log: PredictionLog,
@@ -149,7 +149,7 @@ class _Decided:
 
 
 def _decide(
-    predictor: Predictor,
+    predictor: CasePredictor,
     job: Job,
     prepared: PredictionInput,
     log: PredictionLog,
@@ -177,7 +177,7 @@ def _decide(
 
 
 def _write(
-    predictor: Predictor, job: Job, record: CaseRecord, log: PredictionLog, timer: Timer, decided: _Decided
+    predictor: CasePredictor, job: Job, record: CaseRecord, log: PredictionLog, timer: Timer, decided: _Decided
 ) -> CaseRecord:
     """Write the label map of a case, assess the prediction and log it."""
     start = time.perf_counter()

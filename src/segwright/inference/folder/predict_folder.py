@@ -6,19 +6,16 @@ from collections.abc import Callable, Sequence
 from logging import getLogger
 from pathlib import Path
 
-from segwright.core.device import CPU
 from segwright.core.parallel import fork_safe
+from segwright.inference.case_predictor import HOLD_BYTES, CasePredictor
 from segwright.inference.ensemble import Ensemble
 from segwright.inference.export.writers import ProbabilityFormat
 from segwright.inference.folder import one_model, several_models
 from segwright.inference.folder.inputs import Images
 from segwright.inference.folder.jobs import PredictOptions
 from segwright.inference.folder.run import open_run
-from segwright.inference.precision import used_precision
 from segwright.inference.prediction import CaseRecord
-from segwright.inference.predictor import HOLD_BYTES, Predictor
-from segwright.inference.window.sliding import TileCount
-from segwright.networks.cpu.library import describe_kernels
+from segwright.inference.window.tile_planes import TileCount
 from segwright.workspace import PLANS_JSON
 
 logger = getLogger(__name__)
@@ -26,7 +23,7 @@ logger = getLogger(__name__)
 
 @fork_safe
 def predict_files(
-    model: Predictor | Ensemble,
+    model: CasePredictor | Ensemble,
     images: Images,
     output_folder: Path,
     *,
@@ -37,7 +34,7 @@ def predict_files(
     part: int = 0,
     parts: int = 1,
     wait: bool = True,
-    others: Sequence[Predictor] = (),
+    others: Sequence[CasePredictor] = (),
     hold_bytes: int = HOLD_BYTES,
     on_tiles: Callable[[TileCount], None] | None = None,
 ) -> list[CaseRecord]:
@@ -83,8 +80,7 @@ def predict_files(
     )
     members = model.predictors if isinstance(model, Ensemble) else (model,)
     workers = (members[0], *others)
-    for each in (*members, *workers):
-        used_precision(each.window.device, each.window.precision)  # raises where the device lacks it
+    precision, *_ = [each.precision for each in (*members, *others)]  # raises where a device lacks it
     description = members[0].description
     assert description is not None, "a predictor for files is made by load_predictor"
     run = open_run(
@@ -95,13 +91,13 @@ def predict_files(
         labels=model.labels,
         reader=model.reader,
         model=model.identity,
-        settings=_settings(options, members, workers),
+        settings=_settings(options, members, workers, precision),
         temperature=model.reliability.temperature(calibrated=calibrated),
     )
     with run as opened:
         jobs, log, failures = opened.jobs, opened.log, opened.failures
-        if opened.todo and members[0].window.device.type == CPU:
-            logger.info("%s; precision %s", describe_kernels(), members[0].window.used_precision)
+        if opened.todo and (backend := members[0].describe_backend()):
+            logger.info("%s; precision %s", backend, precision)
         if isinstance(model, Ensemble):
             records = several_models.predict_jobs(model, opened.todo, log, failures, on_tiles=on_tiles)
         else:
@@ -114,7 +110,9 @@ def predict_files(
     return [done.get(job.case.identifier) or log.kept_record(job) for job in jobs]
 
 
-def _settings(options: PredictOptions, members: Sequence[Predictor], workers: Sequence[Predictor]) -> dict[str, object]:
+def _settings(
+    options: PredictOptions, members: Sequence[CasePredictor], workers: Sequence[CasePredictor], precision: str
+) -> dict[str, object]:
     """Return what `prediction.json` says about the run; `members` are the models that are averaged."""
     first = members[0]
     folds = [each.origin.get("folds") for each in members]
@@ -122,7 +120,7 @@ def _settings(options: PredictOptions, members: Sequence[Predictor], workers: Se
         "folds": folds[0] if len(folds) == 1 else folds,
         "mirroring": any(each.window.mirror_axes for each in members),
         "exact": not first.window.reuse,
-        "precision": first.window.used_precision,
-        "devices": [str(each.window.device) for each in workers],
+        "precision": precision,
+        "devices": [each.device_name for each in workers],
         **options.to_json(first.labels),
     }

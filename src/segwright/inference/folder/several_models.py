@@ -22,7 +22,7 @@ from segwright.inference.prediction import CaseRecord
 from segwright.inference.reliability.case_statistics import Observation
 from segwright.inference.reliability.model import log_warnings
 from segwright.inference.reliability.uncertainty import pooled_maps
-from segwright.inference.window.sliding import TileCount
+from segwright.inference.window.tile_planes import TileCount
 
 
 def predict_jobs(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -20,7 +19,7 @@ from segwright.core.parallel import fork_safe
 from segwright.data.description import DatasetDescription, load_description
 from segwright.data.labels import Labels, decoding_problem
 from segwright.data.plan import Configuration, Plan
-from segwright.inference.cascade import CascadePredictor, previous_stage_folder
+from segwright.inference.cascade import previous_stage_folder
 from segwright.inference.models.identity import model_hash
 from segwright.inference.predictor import Predictor
 from segwright.inference.reliability.model import ReliabilityModel, training_range
@@ -162,7 +161,7 @@ def load_predictor(
         _load_network(checkpoints, folder, checkpoint, header, configuration, description, labels, trust=trust)
         for folder, header in zip(folders, headers, strict=True)
     ]
-    build: Callable[..., Predictor] = Predictor
+    first = None
     if configuration.previous_stage is not None:
         folder = previous_stage_folder(model_folder, headers[0].configuration, configuration.previous_stage)
         if folder.resolve() in (stages := (*later_stages, model_folder.resolve())):
@@ -178,8 +177,7 @@ def load_predictor(
             reuse=reuse,
             later_stages=stages,
         )
-        build = partial(CascadePredictor, first)
-    predictor = build(
+    predictor = Predictor(
         networks,
         plan,
         configuration,
@@ -191,6 +189,7 @@ def load_predictor(
         step=step,
         reuse=reuse,
         description=description,
+        first=first,
         origin={
             "model": model_folder.name,
             "configuration": headers[0].configuration,

@@ -7,7 +7,7 @@ mean of their probabilities. How far they are from it is their mean Kullback-Lei
     mean_i KL(pool || p_i) = mean_i G(z_i) - G(mean_i z_i),   G(z) = log sum_c exp(z_c),
 
 with a sum of softplus for regions. It needs the mean of one number per voxel beside that of the logits, so disagreement
-costs one more head, whatever the number of classes, folds and views.
+costs one more head, whatever the number of classes, folds and views; `log_partition` computes G.
 
 Legend: H heads, (Z, Y, X) a grid, N voxels of a few planes.
 """
@@ -23,47 +23,21 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy
-import torch
-from torch import Tensor
-from torch.nn.functional import softplus
 
 from segwright.core.files.names import below
 from segwright.data.labels import Labels
 from segwright.data.preprocessed.provenance import Provenance
 from segwright.inference.reliability.case_statistics import Observation
-from segwright.inference.window.sliding import ConvexFunction
 from segwright.inference.window.stitching import Planes
 
 MAPS: Final = ("entropy", "disagreement")
 FOLDER: Final = "uncertainty"
 """Maps lie apart from the label maps, whose file ending they may share."""
 
-_HEADS_AT_ONCE = 8
 _ELEMENTS_AT_ONCE = 2**20
 """Logits evaluated together: few enough for the cache. Larger planes are subsampled on a lattice."""
 
 Floats = npt.NDArray[np.float32]
-
-
-def log_partition(labels: Labels) -> ConvexFunction:
-    """Return G of the heads of `labels`, a few heads at a time: it needs no second array of logits."""
-
-    def of_labels(logits: Tensor) -> Tensor:
-        found: Tensor | None = None
-        for part in torch.split(logits, _HEADS_AT_ONCE, dim=1):
-            value = torch.logsumexp(part.float(), dim=1, keepdim=True)
-            found = value if found is None else torch.logaddexp(found, value)
-        assert found is not None, "there is at least one head"
-        return found
-
-    def of_regions(logits: Tensor) -> Tensor:
-        parts = torch.split(logits, _HEADS_AT_ONCE, dim=1)
-        found = softplus(parts[0].float()).sum(dim=1, keepdim=True)
-        for part in parts[1:]:
-            found += softplus(part.float()).sum(dim=1, keepdim=True)
-        return found
-
-    return of_regions if labels.has_regions else of_labels
 
 
 class Observer:
@@ -108,15 +82,16 @@ class Observer:
             disagreement=None if self._disagreement is None else _relative(self._disagreement, self._foreground),
         )
 
-    def _add(self, logits: Tensor) -> None:
+    def _add(self, logits: Any) -> None:
         """Add up a few planes of logits (H or H + 1, planes, Y, X)."""
         heads = self._labels.num_heads
         size = heads * logits.shape[2] * logits.shape[3]
         step = max(1, math.isqrt((size - 1) // _ELEMENTS_AT_ONCE) + 1)
         depth = max(1, _ELEMENTS_AT_ONCE // size)
         for start in range(0, logits.shape[1], depth):
-            part = logits[:, start : start + depth, ::step, ::step].flatten(1).numpy()
-            share = logits[0, start : start + depth].numel() / part.shape[1]
+            planes = logits[:, start : start + depth]
+            part = np.asarray(planes[:, :, ::step, ::step]).reshape(len(planes), -1)
+            share = math.prod(planes.shape[1:]) / part.shape[1]
             (self._add_regions if self._labels.has_regions else self._add_labels)(part[:heads], share)
             if len(part) > heads:
                 self._disagreement = (self._disagreement or 0.0) + share * float(part[heads].sum(dtype=np.float64))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-from torch import Tensor
+import numpy as np
 
 from segwright.inference.window.tiling import Start
 
@@ -24,18 +25,18 @@ class Planes:
 
     start: int
     stop: int
-    logits: Tensor  # (H, stop - start, Y, X) float32
+    logits: Any  # (H, stop - start, Y, X) float32, a tensor, or an array of numpy without torch
 
 
 def stitch(
-    predicted: Iterable[tuple[Start, Tensor]],
+    predicted: Iterable[tuple[Start, Any]],
     *,
     shape: Sequence[int],
-    weights: Tensor,
+    weights: Any,
     quantum: float = 0.0,
     portion_bytes: int = PORTION_BYTES,
 ) -> Iterator[Planes]:
-    """Yield the weighted mean of all tiles, a few planes at a time.
+    """Yield the weighted mean of all tiles, tensors or arrays of numpy, a few planes at a time.
 
     The result is independent of the tile order within one start of axis 0 up to the rounding of the sums, which have
     the type of `weights`.
@@ -43,7 +44,7 @@ def stitch(
     Args:
         predicted: tile start (z, y, x) and logits (H, D, h, w); starts ascend along axis 0.
         shape: (Z, Y, X); every voxel must be covered.
-        weights: (D, h, w) positive, on the device of the tiles.
+        weights: (D, h, w) positive, an array or, on the device of the tiles, a tensor.
         quantum: weighted logits are rounded to multiples of it; 0 switches rounding off. The spacing of the smallest
             float16 numbers gives the rounding of nnU-Net's float16 sums where only the edges of tiles meet, without
             their overflow.
@@ -63,18 +64,16 @@ def stitch(
 class _Ring:
     """Sums of the last D planes; plane z lives in slot z modulo D."""
 
-    def __init__(
-        self, num_heads: int, shape: Sequence[int], weights: Tensor, quantum: float, portion_bytes: int
-    ) -> None:
+    def __init__(self, num_heads: int, shape: Sequence[int], weights: Any, quantum: float, portion_bytes: int) -> None:
         # Counted in units of the quantum, so that rounding to whole numbers is rounding to multiples of it.
         self.weights = weights / quantum if quantum else weights
         self.rounds = bool(quantum)
         self.depth = weights.shape[0]
         self.done = 0
-        self.sums = weights.new_zeros((num_heads, self.depth, *shape[1:]))
-        self.totals = weights.new_zeros((self.depth, *shape[1:]))
+        self.sums = _zeros_like(weights, (num_heads, self.depth, *shape[1:]))
+        self.totals = _zeros_like(weights, (self.depth, *shape[1:]))
         self.portion = max(1, portion_bytes // (4 * num_heads * prod(shape[1:])))
-        self.heads = max(1, portion_bytes // (4 * weights.numel()))
+        self.heads = max(1, portion_bytes // (4 * prod(weights.shape)))
 
     def advance(self, until: int) -> Iterator[Planes]:
         """Yield the planes before `until` and clear their slots."""
@@ -83,13 +82,13 @@ class _Ring:
             first = self.done % self.depth
             size = min(until - self.done, self.depth - first, self.portion)
             slots = slice(first, first + size)
-            mean = (self.sums[:, slots] / self.totals[slots]).float()
+            mean = _to_float32(self.sums[:, slots] / self.totals[slots])
             self.sums[:, slots] = 0
             self.totals[slots] = 0
             self.done += size
             yield Planes(start=self.done - size, stop=self.done, logits=mean)
 
-    def add(self, start: Start, logits: Tensor) -> None:
+    def add(self, start: Start, logits: Any) -> None:
         """Add one tile, a few heads at a time."""
         rows, columns = (slice(low, low + size) for low, size in zip(start[1:], self.weights.shape[1:], strict=True))
         for slots, offset in self._segments(start[0]):
@@ -99,7 +98,7 @@ class _Ring:
             for head in range(0, len(logits), self.heads):
                 heads = slice(head, head + self.heads)
                 weighted = logits[heads, part] * weights
-                self.sums[heads, slots, rows, columns] += weighted.round_() if self.rounds else weighted
+                self.sums[heads, slots, rows, columns] += _round_inplace(weighted) if self.rounds else weighted
 
     def _segments(self, start: int) -> Iterator[tuple[slice, int]]:
         """Split the planes of a tile into runs of consecutive slots, each with its offset from `start`."""
@@ -107,3 +106,16 @@ class _Ring:
         yield slice(slot, self.depth), 0
         if slot:
             yield slice(0, slot), self.depth - slot
+
+
+def _zeros_like(array: Any, shape: tuple[int, ...]) -> Any:
+    """Return zeros of the library, dtype and device of an array."""
+    return np.zeros(shape, array.dtype) if isinstance(array, np.ndarray) else array.new_zeros(shape)
+
+
+def _to_float32(array: Any) -> Any:
+    return array.astype(np.float32, copy=False) if isinstance(array, np.ndarray) else array.float()
+
+
+def _round_inplace(array: Any) -> Any:
+    return np.rint(array, out=array) if isinstance(array, np.ndarray) else array.round_()

@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from segwright.inference.window.sliding import TileCount
 from segwright.inference.window.stitching import Planes
+from segwright.inference.window.tile_planes import TileCount
 
 
 @dataclass(slots=True)

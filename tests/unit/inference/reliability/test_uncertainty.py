@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from segwright.data.labels import Labels
-from segwright.inference.reliability.uncertainty import entropy_map, log_partition
+from segwright.inference.reliability.log_partition import log_partition
+from segwright.inference.reliability.uncertainty import entropy_map
 from segwright.inference.window.sliding import Window, window_planes
 
 LABELS = Labels({"background": 0, "a": 1, "b": 2}, None)

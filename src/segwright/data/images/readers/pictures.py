@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from segwright.core.files.atomic_io import atomic_path
 from segwright.data.images.formats import FLAT_SPACING_FACTOR, Floats, Header, LabelMap, Refusal
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
 from segwright.data.images.readers.tiff import is_tiff, tiff_array, tiff_shape, write_tiff
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 RGB_CHANNELS: Final = (3, 4)
 
@@ -59,6 +61,8 @@ class NaturalImage2DIO:
             if is_tiff(path):
                 write_tiff(labels[0], temporary)
             else:
+                from PIL import Image  # other images are read and written without it
+
                 Image.fromarray(labels[0]).save(temporary)
 
 
@@ -69,6 +73,8 @@ def write_picture(array: Floats, path: Path) -> None:
         ValueError: they are negative, or no whole numbers, or the format cannot hold them.
         OSError: the file cannot be written.
     """
+    from PIL import Image
+
     largest = array.max(initial=0)
     if array.min(initial=0) < 0 or largest > np.iinfo(np.uint16).max or not np.array_equal(array, np.rint(array)):
         raise ValueError(f"values up to {largest:g}, expected whole numbers from 0 to {np.iinfo(np.uint16).max}")
@@ -105,6 +111,8 @@ def _is_grey(array: npt.NDArray[Any]) -> bool:
 
 def _open(file: Path, *, is_label: bool) -> Image.Image:
     """Open a picture, after checking its format and size."""
+    from PIL import Image
+
     kind, magic = _MAGICS.get(file.suffix.lower(), ("PNG or BMP", b"\0no picture"))
     start = file_start(file, 256)
     if not start.startswith(magic):

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from logging import getLogger
 from math import prod
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import SimpleITK
-import tifffile
 
 from segwright.core.errors import ImageError
 from segwright.core.files.atomic_io import atomic_path
@@ -22,6 +21,9 @@ from segwright.core.files.json_documents import read_json, write_json
 from segwright.data.images.formats import CHANNEL_SUFFIX, Floats, Header, LabelMap, Refusal
 from segwright.data.images.readers.itk import ITK_LOCK
 from segwright.data.images.readers.limits import DEFLATE_RATIO, file_start, require_enough_bytes, wrong_format_refusal
+
+if TYPE_CHECKING:
+    import tifffile
 
 logger = getLogger(__name__)
 
@@ -102,6 +104,8 @@ def tiff_shape(file: Path, *, is_label: bool = False) -> tuple[int, ...]:
 
 def tiff_array(file: Path, *, is_label: bool = False) -> npt.NDArray[Any]:
     """Read the first series of a TIFF file."""
+    import tifffile  # other images are read without it
+
     with _open(file, is_label=is_label) as tiff:
         _check_segments(tiff)
         try:
@@ -123,11 +127,15 @@ def _decoded_by_itk(file: Path) -> npt.NDArray[Any]:
 
 def write_tiff(array: npt.NDArray[Any], path: Path) -> None:
     """Write an array as a compressed grey picture or stack."""
+    import tifffile
+
     tifffile.imwrite(path, array, compression="zlib", photometric="minisblack")
 
 
 def _open(file: Path, *, is_label: bool) -> tifffile.TiffFile:
     """Open a file, after checking that its first series fits into it and is not spread over several files."""
+    import tifffile
+
     start = file_start(file, 256)
     if not start.startswith(_MAGICS):
         raise wrong_format_refusal(start, "TIFF")
