@@ -154,7 +154,9 @@ def test_log_partition_is_that_of_torch(declared: dict[str, Any]) -> None:
 
 def test_the_runtime_imports_neither_torch_nor_training() -> None:
     names = ("torch", "typer", "rich", "blosc2", "matplotlib", "tifffile", "segwright.networks", "segwright.training")
-    program = f"import sys, segwright.deploy.runtime.loading\nsys.exit(' '.join(set(sys.modules) & set({names!r})) or None)"
+    program = (
+        f"import sys, segwright.deploy.runtime.loading\nsys.exit(' '.join(set(sys.modules) & set({names!r})) or None)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
