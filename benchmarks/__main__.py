@@ -1,7 +1,8 @@
 """Run benchmark stages, print the comparison and save it as JSON: `python -m benchmarks STAGE`.
 
 `python -m benchmarks accuracy` and `python -m benchmarks budget_choices` train for hours; see the modules of that name.
-`python -m benchmarks gpu` measures a GPU for at most 7 minutes; see `benchmarks/README.md`.
+`python -m benchmarks onnx` times ONNX bundles against torch. `python -m benchmarks gpu` measures a GPU for at most
+7 minutes; see `benchmarks/README.md`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ def main() -> int:
         from benchmarks.gpu import command
 
         return command.main(sys.argv[2:])
+    if sys.argv[1:2] == ["onnx"]:
+        from benchmarks import onnx
+
+        return onnx.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "stages", nargs="+", choices=[*STAGES, "all"], metavar="STAGE", help=", ".join([*STAGES, "all"])
