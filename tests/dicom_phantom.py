@@ -83,8 +83,8 @@ def write_series(
         image.RescaleSlope, image.RescaleIntercept = 1, 0
         image.PixelData = plane.astype("<i2").tobytes()
         change(index, image)
-        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
-        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+        image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID or CTImageStorage
+        image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID or generate_uid()
         image.save_as(folder / f"IM{image.InstanceNumber:04d}", enforce_file_format=True)
     return folder
 

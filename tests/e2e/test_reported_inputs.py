@@ -158,7 +158,6 @@ def test_links_to_nothing_are_named_in_prediction(reference: Path) -> None:
         ("nii/case_0000.nii", "gzip"),
         ("upper", "case_0000.NII.GZ"),
         ("nested", "case"),
-        ("dicom", "DICOM"),
         ("empty", "empty"),
     ],
 )

@@ -59,6 +59,7 @@ def here(journey: Journey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     np.save(tmp_path / "scan.npy", np.asarray(nibabel.load(scan).dataobj).T)
     shutil.make_archive(str(tmp_path / "Liver"), "zip", journey.model.parent, journey.model.name)
     shutil.copytree(journey.model / "fold_0", tmp_path / "fold_0")
+    shutil.copytree(journey.work / "results" / journey.dataset.name / "model", tmp_path / "model")
     write_series(tmp_path / "scan", np.load(tmp_path / "scan.npy").round().astype(np.int16), number=4)
     shutil.make_archive(str(tmp_path / "scan"), "zip", tmp_path / "scan")
     monkeypatch.chdir(tmp_path)
@@ -90,6 +91,8 @@ def test_blocks_run(page: Path, here: Path, journey: Journey, monkeypatch: pytes
         'api.tasks("4", folds="all")': f'api.tasks("{journey.dataset}", configurations=["3d_fullres"], folds="all")',
     }
     monkeypatch.setattr(subprocess, "run", partial(_submitted, []))  # stands for sbatch
+    if page.stem == "share":
+        (here / "Liver.zip").unlink()  # which the page makes
     namespace: dict[str, Any] = {}
     for program in programs(page):
         if is_file(program):

@@ -187,7 +187,7 @@ def _frames(file: Path, dataset: Any) -> Iterator[Frame]:
         yield Frame(
             file=file,
             index=index if is_multiframe else None,
-            uid=_text(dataset, "SOPInstanceUID"),
+            uid=_text(dataset, "SOPInstanceUID") or _text(dataset.file_meta, "MediaStorageSOPInstanceUID"),
             position=_numbers([*places, *([] if is_multiframe else [dataset])], "ImagePositionPatient", 3),
             orientation=_numbers([*planes, dataset], "ImageOrientationPatient", 6),
             spacing=_numbers([*measures, dataset], "PixelSpacing", 2),

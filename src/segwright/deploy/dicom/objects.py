@@ -83,7 +83,7 @@ def require_same_grid(labels: npt.NDArray[Any], series: Series) -> None:
 def complete_headers(series: Series) -> list[Any]:
     """Return the data sets of a series without pixels; attributes that an object needs are there, empty if unknown.
 
-    A missing frame of reference becomes a new one.
+    Missing UIDs become those of `series`, a missing frame of reference a new one.
     """
     with imports_of("dicom"):
         from pydicom.uid import generate_uid
@@ -92,10 +92,16 @@ def complete_headers(series: Series) -> list[Any]:
     frame_of_reference = series.frame_of_reference_uid or generate_uid(entropy_srcs=[series.info.uid])
     if not series.frame_of_reference_uid:
         missing.append("FrameOfReferenceUID")
-    for header in headers:
+    own = {"StudyInstanceUID": series.info.study_uid, "SeriesInstanceUID": series.info.uid}
+    missing += [name for name in own if not headers[0].get(name)]
+    images = {frame.file: frame.uid for frame in series.frames}
+    for file, header in zip(series.files, headers, strict=True):
         for name in _REQUIRED_OF_PATIENT_AND_STUDY:
             if name not in header:
                 setattr(header, name, None)
+        for name, value in own.items():
+            setattr(header, name, value)
+        header.SOPClassUID, header.SOPInstanceUID = series.sop_class, images[file]
         header.FrameOfReferenceUID = frame_of_reference
     if missing:
         logger.warning(

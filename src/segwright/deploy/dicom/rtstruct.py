@@ -122,7 +122,8 @@ def _structure_set(
     date, time = dicom_time(now)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    # explicit value representations limit the points of a contour to 64 KiB of text
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
     dataset.file_meta.MediaStorageSOPClassUID = STRUCTURE_SET_CLASS
     dataset.SOPClassUID = STRUCTURE_SET_CLASS
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()

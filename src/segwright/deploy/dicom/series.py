@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segwright.core.errors import Problem, ProblemReport
+from segwright.core.extensions.extras import imports_of
 from segwright.data.images.readers.limits import MAX_VALUES
 from segwright.deploy.dicom.headers import FileHeader, Frame, read_headers
 
@@ -180,13 +181,13 @@ def find_series(place: Path) -> FoundSeries:
     problems += [
         Problem(where=str(header.file), what="is cut off in its header", remedy="copy the file again, or remove it")
         for header in headers
-        if not header.sop_class or (header.sop_class in _VOLUME_CLASSES and not (header.samples and header.series_uid))
+        if not header.sop_class or (header.sop_class in _VOLUME_CLASSES and not header.samples)
     ]
     if problems:
         raise ProblemReport(problems)
     groups: dict[tuple[str, str], list[FileHeader]] = {}
     others: list[FileHeader] = []
-    for header in headers:
+    for header in _identified(headers):
         if header.samples and (header.sop_class in _VOLUME_CLASSES or _other_kind(header)):
             groups.setdefault((header.study_uid, header.series_uid), []).append(header)
         else:
@@ -208,6 +209,23 @@ def find_series(place: Path) -> FoundSeries:
         refused=tuple(sorted(refused, key=lambda each: _order(each.info))),
         others=tuple(others),
     )
+
+
+def _identified(headers: Sequence[FileHeader]) -> Iterator[FileHeader]:
+    """Yield the headers; images of a folder without UIDs, which some programs remove, become a series of their own."""
+    with imports_of("dicom"):
+        from pydicom.uid import generate_uid
+    unnamed: dict[Path, list[FileHeader]] = {}
+    for header in headers:
+        if header.samples and not (header.series_uid and header.study_uid):
+            unnamed.setdefault(header.file.parent, []).append(header)
+        else:
+            yield header
+    for group in unnamed.values():
+        images = sorted(header.frames[0].uid for header in group)  # so that the UIDs are the same in each run
+        study, series = (str(generate_uid(entropy_srcs=[kind, *images])) for kind in ("study", "series"))
+        for header in group:
+            yield replace(header, study_uid=header.study_uid or study, series_uid=header.series_uid or series)
 
 
 def _order(info: SeriesInfo) -> tuple[str, int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
@@ -29,7 +30,6 @@ def test_slices_are_sorted_by_position(tmp_path: Path, orientation: str, is_reve
 
 
 def test_a_nifti_file_has_the_grid_of_the_series(tmp_path: Path) -> None:
-    nibabel = pytest.importorskip("nibabel")
     [series] = find_series(write_series(tmp_path / "in", ARRAY, orientation="oblique")).series
     write_nifti(series, tmp_path / "x.nii")
     image = nibabel.load(tmp_path / "x.nii")
@@ -216,3 +216,29 @@ def test_pixels_that_nothing_decodes_are_an_error_with_the_missing_package(tmp_p
     [series] = find_series(write_series(tmp_path, ARRAY, change=compress)).series
     with pytest.raises(ImageError, match=r"IM000\d: its pixels cannot be decoded .*pylibjpeg"):
         read_voxels(series)
+
+
+def test_a_series_whose_uids_were_removed_is_one_series(tmp_path: Path) -> None:
+    def anonymise(_: int, image: Dataset) -> None:
+        image.StudyInstanceUID = image.SeriesInstanceUID = image.SOPInstanceUID = image.SOPClassUID = ""
+
+    folders = [write_series(tmp_path / name, ARRAY, change=anonymise) for name in ("one", "two")]
+    [first] = find_series(folders[0]).series
+    assert first.shape == ARRAY.shape
+    assert first.info.uid
+    assert first.info.study_uid
+    assert find_series(folders[0]).series[0].info == first.info
+    assert len(find_series(tmp_path).series) == 2
+
+
+def test_a_real_series_without_uids_lies_where_its_labels_do() -> None:
+    scans = Path(__file__).parents[4].parent / "shared" / "data" / "example_scans"
+    if not scans.is_dir():
+        pytest.skip(f"needs {scans}")
+    [series] = find_series(scans / "example_ct_dicom").series
+    labels = nibabel.load(scans / "example_seg_dicom.nii.gz")
+    corners = np.array([[0, 0, 0, 1], [series.shape[0] - 1, series.shape[1] - 1, series.shape[2] - 1, 1]]).T
+    to_ras = np.diag([-1, -1, 1, 1]) @ series.affine
+    found = np.linalg.inv(labels.affine) @ to_ras @ corners
+    assert np.abs(np.sort(found[:3]) - [[0, n - 1] for n in labels.shape]).max() < 0.01
+    assert read_voxels(series).min() == -1024
