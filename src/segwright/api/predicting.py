@@ -245,7 +245,7 @@ def _load(model: Path, *, trust: CodeTrust, exact: bool, **options: Any) -> Pred
 def _show_card(folder: Path, *, is_unpacked: bool) -> None:
     """Show the license and the intended use of a packed model; check its files if they were unpacked just now."""
     from segwright.deploy.model_card import read_card
-    from segwright.deploy.pack import checked_card
+    from segwright.deploy.unpacked import checked_card
 
     card = checked_card(folder) if is_unpacked else read_card(folder)
     if card is not None:

@@ -32,7 +32,7 @@ from segwright.data.description import load_description
 from segwright.data.plan import Plan
 from segwright.deploy import hub
 from segwright.deploy.model_card import read_card
-from segwright.deploy.pack import checked_card, find_packs
+from segwright.deploy.unpacked import checked_card, find_packs
 from segwright.inference.models.model_folder import OURS
 from segwright.inference.models.selected import SELECTION_JSON, member_folders
 from segwright.interop import nnssl, nnunet

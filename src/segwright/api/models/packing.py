@@ -12,7 +12,8 @@ from segwright.core.errors import ConfigError, ModelError
 from segwright.core.files.names import require_name
 from segwright.deploy.card_facts import describe_model, members_of
 from segwright.deploy.model_card import UNKNOWN, ModelCard, checked_license, read_card
-from segwright.deploy.pack import checked_card, write_pack
+from segwright.deploy.pack import write_pack
+from segwright.deploy.unpacked import checked_card
 from segwright.inference.models.selected import find_selected
 from segwright.workspace import Workspace
 
