@@ -140,7 +140,7 @@ class TrainConfig(BaseModel):
     callbacks: tuple[Component, ...] = ()
     """Event hooks, each `module:attr`: a class, an object or a function, see `training.hooks.callbacks`."""
     loggers: tuple[Component, ...] = ()
-    """Metric loggers beside `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
+    """Metric loggers in addition to `metrics.jsonl`: `tensorboard`, `mlflow`, `wandb` or `module:attr`."""
 
     oversample_foreground_percent: float = Field(default=0.33, ge=0, le=1)
     oversample_by_chance: bool = False

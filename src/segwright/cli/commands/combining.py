@@ -20,7 +20,7 @@ def determine_postprocessing(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE_DIR", help="Folder of reference label maps.")],
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION_DIR", help="Predictions of unseen cases.")],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: postprocessing.json beside them.")
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="Default: PREDICTION_DIR/postprocessing.json.")
     ] = None,
     dataset_json: DatasetJson = None,
     workers: options.Workers = None,

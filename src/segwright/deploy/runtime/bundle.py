@@ -1,4 +1,4 @@
-"""The document of an ONNX bundle, `bundle.json`: all that prediction needs beside the networks.
+"""The document of an ONNX bundle, `bundle.json`: all that prediction needs in addition to the networks.
 
 bundle.json                 this document
 MODEL/fold_k.onnx           the network of a fold: image (batch, channels, *patch) -> logits (batch, heads, *patch)
